@@ -61,6 +61,10 @@ impl Held {
             ));
         }
         let bytes = texts + bodies * 2 * PIECE_BYTES as u64;
+        if bytes == 0 {
+            self.room = None;
+            return Ok(());
+        }
         let room = self.room.take().unwrap_or_else(|| Room::empty(account));
         let mut room = room.cut_to(bytes);
         let grown = room.grow_to(bytes);

@@ -45,7 +45,7 @@ pub(super) struct Completion<'a> {
     pub(super) peer: SocketAddr,
     arrived: Instant,
     pub(super) origin: Arc<Origin>,
-    pub(super) view: Option<Arc<View>>,
+    pub(super) view: Option<&'a Arc<View>>,
     pub(super) settled: Option<Box<AttemptOutcome>>,
     pub(super) failure: Option<Failure>,
     done: bool,
@@ -174,7 +174,7 @@ impl<'a> Completion<'a> {
         self.app.stats.answered(status, took);
         METRICS.failed_over.inc();
         let why = cut(why.to_owned(), DETAIL_MAX);
-        let view = self.view.as_deref().map(tracing::field::display);
+        let view = self.view.map(tracing::field::display);
         let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         tracing::warn!(target: "amphi::request", view, request = self.origin.id, status = status.as_u16(), duration_us, why, "the candidate failed; the active version answers");
     }
@@ -197,7 +197,7 @@ impl<'a> Completion<'a> {
             path: self.parts.uri.path().to_owned(),
             status,
             arrived: self.arrived,
-            view: self.view.take(),
+            view: self.view.take().cloned(),
             settled: self.settled.take(),
             request: self.origin.id.clone(),
             failure: self.failure.take(),
@@ -211,7 +211,7 @@ impl<'a> Completion<'a> {
             path: self.parts.uri.path(),
             status,
             took: self.arrived.elapsed(),
-            view: self.view.as_deref(),
+            view: self.view.map(|view| &**view),
             settled: self.settled.as_deref(),
             request: &self.origin.id,
             failure: self.failure.as_ref(),

@@ -296,7 +296,7 @@ where
             static_file::answer(app, files, (parts, &completion.origin.account), params).await
         }
         Target::Socket(routed) => {
-            completion.view = Some(Arc::clone(&routed.chain.view().view));
+            completion.view = Some(&routed.chain.view().view);
             let opened = async |completion: &mut Completion<'_>| {
                 let client = (&client.account, &client.upgrades);
                 Box::pin(socket::open(routed, params, client, completion)).await
@@ -305,7 +305,7 @@ where
         }
         Target::View(routed) => {
             not_broken(completion)?;
-            completion.view = Some(Arc::clone(&routed.chain.view().view));
+            completion.view = Some(&routed.chain.view().view);
             let viewed = async |completion: &mut Completion<'_>| {
                 view(routed, params, (body, client), completion).await
             };

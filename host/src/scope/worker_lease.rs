@@ -1,7 +1,7 @@
 //! The sync worker of a scope (R2, R4).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::threads::deadline::Deadline;
 use crate::threads::gate::Refused;
@@ -128,13 +128,13 @@ impl WorkerLease {
         excluded.map(Some).map_err(Refused::Ended)
     }
 
-    /// Notes the worker's number.
+    /// Notes the worker's number. It is read when the request has come back from the worker.
     pub fn runs_on(&self, number: usize) {
-        self.number.store(number, SeqCst);
+        self.number.store(number, Relaxed);
     }
 
     /// The worker's number, if any function has run on a worker.
     pub fn number(&self) -> Option<usize> {
-        Some(self.number.load(SeqCst)).filter(|number| *number > 0)
+        Some(self.number.load(Relaxed)).filter(|number| *number > 0)
     }
 }

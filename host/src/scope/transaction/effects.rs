@@ -434,7 +434,9 @@ impl Effects {
         let mut issued = self.issued.lock();
         issued.ended = true;
         let begun = issued.levels.iter().filter(|begun| begun.owner.is_some());
-        self.history.levels.fetch_sub(begun.count(), SeqCst);
+        if let begun @ 1.. = begun.count() {
+            self.history.levels.fetch_sub(begun, SeqCst);
+        }
         issued.levels.clear();
         let held = std::mem::take(&mut issued.held);
         drop(issued);

@@ -8,10 +8,11 @@ pub(crate) mod response;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body::Body as _;
 use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+    DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks,
+    WasiHttpView,
 };
 
 use super::client::{Connections, connecting_within};
@@ -46,7 +47,15 @@ impl WasiHttpView for Guest {
     }
 }
 
+/// The headers that no component sets.
+static FORBIDDEN: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
+
 impl WasiHttpHooks for OutboundHttp {
+    // What the default does, too. But the default makes a closure on the heap for each header.
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        FORBIDDEN.contains(name)
+    }
+
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         PIECE_BYTES
     }
