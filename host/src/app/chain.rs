@@ -80,10 +80,12 @@ impl Chain {
     /// The memory that the instances of its functions usually have, all together, in kB.
     pub fn usual_memory_kb(&self) -> usize {
         let links = self.links.iter();
-        links.map(|link| link.module.usual_memory.kb()).sum()
+        links.map(|link| link.module.shared.usual_memory.kb()).sum()
     }
 
     fn calls_others(&self) -> bool {
-        self.links.iter().any(|link| link.module.grants.subrequests)
+        self.links
+            .iter()
+            .any(|link| link.module.shared.grants.subrequests)
     }
 }

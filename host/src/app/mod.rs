@@ -82,7 +82,7 @@ pub struct Routed {
 impl Routed {
     /// The built-in middleware of the view's module.
     pub fn builtins(&self) -> &[Arc<Builtin>] {
-        &self.chain.view().module.grants.builtins
+        &self.chain.view().module.shared.grants.builtins
     }
 }
 
@@ -99,7 +99,7 @@ impl Target {
     pub fn module(&self) -> Option<&str> {
         match self {
             Target::View(routed) | Target::Socket(routed) => {
-                Some(&routed.chain.view().module.grants.name)
+                Some(&routed.chain.view().module.shared.grants.name)
             }
             Target::Static(_) => None,
         }
@@ -224,7 +224,7 @@ impl App {
                     self.subscribers.push((topics.clone(), chain));
                 }
                 Kind::Route { pattern, .. } | Kind::Socket { pattern, .. } => {
-                    let grants = &link.module.grants;
+                    let grants = &link.module.shared.grants;
                     let place = format!("[modules.{}]", grants.name);
                     let mut own = named(&grants.middleware, &middleware, &place)?;
                     own.extend(named_by_view(&link.view, &middleware)?);
@@ -262,12 +262,12 @@ impl App {
         let mut patterns = vec![pattern.to_owned()];
         // A component of `wasi:http` gets every request below its mount, and those to the mount itself.
         if link.module.is_plain() {
-            let mount = &link.module.grants.mount;
+            let mount = &link.module.shared.grants.mount;
             patterns.push(format!("{mount}/"));
             patterns.extend((!mount.is_empty()).then(|| mount.clone()));
         }
         // The root of a mounted module has two paths, one with a trailing slash and one without.
-        if pattern == link.module.grants.mount && !pattern.is_empty() {
+        if pattern == link.module.shared.grants.mount && !pattern.is_empty() {
             patterns.push(format!("{pattern}/"));
         }
         let alone = Arc::new(Chain::new([], link.clone()));
@@ -303,8 +303,9 @@ impl App {
     /// the memory.
     pub fn fresh_with(&self, kb: usize) -> impl Iterator<Item = (&str, usize)> {
         let modules = self.modules.iter();
-        let fresh = modules.filter(|module| module.grants.reuse.is_none());
-        let sizes = fresh.map(|module| (&*module.grants.name, module.usual_memory.kb()));
+        let fresh = modules.filter(|module| module.shared.grants.reuse.is_none());
+        let sizes =
+            fresh.map(|module| (&*module.shared.grants.name, module.shared.usual_memory.kb()));
         sizes.filter(move |(_, size)| *size >= kb)
     }
 

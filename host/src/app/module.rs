@@ -35,7 +35,7 @@ use crate::guest::run::{
     AsyncComponent, Engines, GuestResult, Handler, Incoming, IncomingHandler, MayStream,
     SyncComponent,
 };
-use crate::guest::store::{Guest, Services, UsualMemory, Work};
+use crate::guest::store::{Guest, Services, Shared, UsualMemory, Work};
 use crate::http::body::RequestBody;
 use crate::http::message::text;
 use crate::http::proxies::FORWARDED_PROTO;
@@ -50,13 +50,10 @@ const DESCRIBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A component that is linked and ready to be called.
 pub struct Module {
-    /// The configuration of its module: name, grants and limits.
-    pub grants: Arc<config::Module>,
+    /// What its instances share.
+    pub shared: Arc<Shared>,
     /// Its views.
     pub views: Vec<Arc<View>>,
-    /// The memory that its instances usually have.
-    pub usual_memory: Arc<UsualMemory>,
-    services: Arc<Services>,
     component: Prepared,
 }
 
@@ -113,14 +110,10 @@ impl Module {
         let inspection = inspect(engines, file).with_context(place)?;
         check_grants(&inspection, grants).with_context(place)?;
         let component = prepare(engines, &inspection, grants).with_context(place)?;
-        let usual_memory = Arc::new(UsualMemory::default());
-        let views = component
-            .views((services, grants), &usual_memory, &inspection)
-            .with_context(place)?;
+        let shared = shared(services, grants);
+        let views = component.views(&shared, &inspection).with_context(place)?;
         Ok(Module {
-            usual_memory,
-            grants: Arc::clone(grants),
-            services: Arc::clone(services),
+            shared,
             views,
             component,
         })
@@ -146,7 +139,8 @@ impl Module {
             }
             Prepared::IncomingHandler(component) => {
                 let request = wasi_request(request, &work)?;
-                component.call(work, self.plain_guest(), request, streams)
+                let guest = |work| self.guest(work, false);
+                component.call(work, guest, request, streams)
             }
             Prepared::Async(_) | Prepared::Handler(_) => {
                 unreachable!("the view says that it is async")
@@ -174,7 +168,8 @@ impl Module {
             }
             Prepared::Handler(component) => {
                 let request = wasi_request(request, &work)?;
-                let call = component.call(work, self.plain_guest(), request, streams);
+                let guest = |work| self.guest(work, false);
+                let call = component.call(work, guest, request, streams);
                 // Boxed, so that the other kind of call does not take its room.
                 Box::pin(call).await
             }
@@ -185,19 +180,7 @@ impl Module {
     }
 
     fn guest(&self, work: Work, blocks: bool) -> Guest {
-        Guest::new(
-            work,
-            blocks,
-            &self.usual_memory,
-            &self.grants,
-            &self.services,
-        )
-    }
-
-    /// Makes the store data of a plain component, whose call may go on after its answer.
-    fn plain_guest(self: &Arc<Self>) -> impl FnOnce(Work) -> Guest + Send + 'static {
-        let module = Arc::clone(self);
-        move |work| module.guest(work, false)
+        Guest::new(work, blocks, &self.shared)
     }
 
     /// Whether its component is one of `wasi:http`.
@@ -223,10 +206,10 @@ impl Prepared {
     /// Asks the component for its views, and checks them. A component of `wasi:http` has one, and is only instantiated.
     fn views(
         &self,
-        (services, grants): (&Arc<Services>, &Arc<config::Module>),
-        usual_memory: &Arc<UsualMemory>,
+        shared: &Arc<Shared>,
         inspection: &Inspection,
     ) -> anyhow::Result<Vec<Arc<View>>> {
+        let grants = &shared.grants;
         let mode = inspection.mode;
         let view = Arc::new(View::unrouted(
             &grants.name,
@@ -238,7 +221,7 @@ impl Prepared {
         let member = Arc::new(scope.transaction.first_member());
         let blocks = mode == Mode::Sync && inspection.world == World::Views;
         let work = Work::new(scope, view, member);
-        let guest = Guest::new(work, blocks, usual_memory, grants, services);
+        let guest = Guest::new(work, blocks, shared);
         let wait = tokio::runtime::Handle::current();
         let described = match self {
             Prepared::Sync(component) => component.describe(guest),
@@ -603,7 +586,8 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
         .authority(header("host").unwrap_or("localhost"))
         .path_and_query(path);
     let uri = uri.build().map_err(refused)?;
-    let headers = wasi_headers(&request.headers, &work.binary).map_err(refused)?;
+    let headers = wasi_headers(&request.headers, work.binary.as_deref().unwrap_or_default())
+        .map_err(refused)?;
     let built = http::Request::builder().method(&*request.method).uri(uri);
     let body = match (request.body, work.body.clone()) {
         (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => {
@@ -790,9 +774,16 @@ pub fn describe(
     inspection: &Inspection,
     grants: &Arc<config::Module>,
 ) -> anyhow::Result<Vec<Arc<View>>> {
-    let usual_memory = Arc::default();
     let component = prepare(engines, inspection, grants)?;
-    component.views((services, grants), &usual_memory, inspection)
+    component.views(&shared(services, grants), inspection)
+}
+
+fn shared(services: &Arc<Services>, grants: &Arc<config::Module>) -> Arc<Shared> {
+    Arc::new(Shared {
+        grants: Arc::clone(grants),
+        services: Arc::clone(services),
+        usual_memory: UsualMemory::default(),
+    })
 }
 
 #[cfg(test)]

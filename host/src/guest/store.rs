@@ -69,14 +69,23 @@ pub struct Services {
     pub trusted_headers: Vec<HeaderName>,
 }
 
+/// What all instances of a module share. It is one object, because each request takes a share of it: counting one share is
+/// cheaper than counting three, when several cores do it at the same time.
+pub struct Shared {
+    /// The configuration of the module: name, grants and limits.
+    pub grants: Arc<Grants>,
+    /// The services that all requests of the app share.
+    pub services: Arc<Services>,
+    /// The memory that instances of the module usually have.
+    pub usual_memory: UsualMemory,
+}
+
 /// The data of a store: everything that one instance can reach.
 pub struct Guest {
     /// The call that the instance serves. None while the instance is kept for a later request.
     work: Option<Work>,
-    /// The grants of the guest's module.
-    pub grants: Arc<Grants>,
-    /// The services that all requests of the app share.
-    pub services: Arc<Services>,
+    /// What it shares with the other instances of its module.
+    pub shared: Arc<Shared>,
     /// The log of the instance: standard output, standard error and records, and the number of bytes that may still be
     /// logged.
     pub output: Output,
@@ -131,8 +140,7 @@ pub(super) struct Wasi {
 
 /// What the outbound requests of a component of `wasi:http` need.
 pub(super) struct OutboundHttp {
-    pub(super) services: Arc<Services>,
-    pub(super) grants: Arc<Grants>,
+    pub(super) shared: Arc<Shared>,
     /// The scope of the request that the instance serves. None while it is kept for a later one.
     pub(super) scope: Option<Arc<Scope>>,
     /// Whether the body of the next response that the component makes is taken as soon as it is written.
@@ -158,7 +166,7 @@ impl Work {
             member,
             call_chain: None,
             body: None,
-            binary: Arc::default(),
+            binary: None,
             writer: None,
             next: None,
             cpu: Arc::default(),
@@ -194,23 +202,22 @@ impl Work {
     }
 }
 
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.shared.usual_memory.note(self.memory.size);
+    }
+}
+
 impl Guest {
     /// The store data of a new instance.
     ///
     /// `blocks`: whether its work on files blocks the thread that it runs on.
-    pub fn new(
-        work: Work,
-        blocks: bool,
-        usual_memory: &Arc<UsualMemory>,
-        grants: &Arc<Grants>,
-        services: &Arc<Services>,
-    ) -> Guest {
-        let output = Output::new(grants.limits.log_max_bytes);
-        output.begin(&work.scope, &work.view);
+    pub fn new(work: Work, blocks: bool, shared: &Arc<Shared>) -> Guest {
+        let grants = &shared.grants;
+        let output = Output::new(grants.limits.log_max_bytes, &work.scope, &work.view);
         Guest {
             output,
             memory: MemoryLimit {
-                usual: Arc::clone(usual_memory),
                 max: grants.limits.memory_mb << 20,
                 size: 0,
                 growth: 0,
@@ -219,8 +226,7 @@ impl Guest {
             work: Some(work),
             blocks,
             writes_files: grants.directories.iter().any(|folder| folder.write),
-            grants: Arc::clone(grants),
-            services: Arc::clone(services),
+            shared: Arc::clone(shared),
             table: table(),
             wasi: None,
         }
@@ -304,8 +310,6 @@ impl UsualMemory {
 
 /// Limit on the linear memory of an instance, all its memories together.
 pub struct MemoryLimit {
-    /// Where the size of the memory is noted at the end.
-    usual: Arc<UsualMemory>,
     max: u64,
     /// The size of all memories together, in bytes.
     pub size: u64,
@@ -313,12 +317,6 @@ pub struct MemoryLimit {
     growth: u64,
     /// Set when a growth was refused. Most guests then trap, and the failure names this limit.
     pub reached: bool,
-}
-
-impl Drop for MemoryLimit {
-    fn drop(&mut self) {
-        self.usual.note(self.size);
-    }
 }
 
 impl wasmtime::ResourceLimiter for MemoryLimit {
@@ -412,7 +410,6 @@ mod tests {
     #[test]
     fn all_memories_of_an_instance_share_its_limit() {
         let mut limit = MemoryLimit {
-            usual: Arc::default(),
             max: 10 << 16,
             size: 0,
             growth: 0,
@@ -436,7 +433,6 @@ mod tests {
     fn memory_that_could_not_grow_is_not_counted() {
         let engine = wasmtime::Engine::default();
         let limit = MemoryLimit {
-            usual: Arc::default(),
             max: 100 << 16,
             size: 0,
             growth: 0,

@@ -27,19 +27,18 @@ pub const HOP_BY_HOP: [HeaderName; 6] = [
 /// The body of a response: bytes in memory, or a stream.
 pub type ResponseBody = Either<Full<Bytes>, BoxBody<Bytes, io::Error>>;
 
-/// Headers whose values are not UTF-8. The contract has texts in their place ([`text`]).
-pub type BinaryHeaders = Arc<[(HeaderName, HeaderValue)]>;
+/// Headers whose values are not UTF-8, if there are any. The contract has texts in their place ([`text`]).
+pub type BinaryHeaders = Option<Arc<[(HeaderName, HeaderValue)]>>;
 
 /// The headers whose values are not UTF-8.
 pub fn binary_headers(headers: &HeaderMap) -> BinaryHeaders {
     let is_binary = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).is_err();
     if !headers.values().any(is_binary) {
-        return Arc::default();
+        return None;
     }
     let binary = headers.iter().filter(|(_, value)| is_binary(value));
-    binary
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
+    let copy = |(name, value): (&HeaderName, &HeaderValue)| (name.clone(), value.clone());
+    Some(binary.map(copy).collect())
 }
 
 /// Converts a request to the form of the contract. The second value is the body, if the host keeps it and guests read

@@ -231,7 +231,7 @@ impl Attempt<'_> {
         let link = chain.view();
         let compared =
             (copy.is_some() || is_compared).then(|| Transaction::compared(link.view.transaction));
-        let limits = &link.module.grants.limits;
+        let limits = &link.module.shared.grants.limits;
         let journal = match host.development {
             true => Journal::recording(),
             false => Journal::off(),
@@ -249,7 +249,7 @@ impl Attempt<'_> {
         let on = (host, self.app);
         let body = Received {
             body: self.body.clone(),
-            binary: Arc::clone(&self.binary),
+            binary: self.binary.clone(),
         };
         let params = Arc::clone(&self.params);
         let work = match placement {

@@ -44,7 +44,7 @@ impl Delivery {
                 chain: &self.chain,
                 params: Arc::default(),
                 body: None,
-                binary: Arc::default(),
+                binary: None,
                 streams: false,
             };
             let settled = ready.run(self.request()).await;

@@ -259,7 +259,8 @@ impl LinkCall {
     /// Whether no sync function can run after this call and the calls nested in it: all links around this call are
     /// async, and may make no call but `next`, which each of them has made already.
     fn is_last_sync(&self) -> bool {
-        let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
+        let done =
+            |link: &Link| link.view.mode == Mode::Async && !link.module.shared.grants.subrequests;
         self.call_path.iter().all(done)
     }
 
@@ -403,7 +404,7 @@ impl LinkCall {
         Work {
             call_chain: Some(Arc::clone(self) as Arc<dyn CallChain>),
             body: self.body.clone(),
-            binary: Arc::clone(&self.context.received.binary),
+            binary: self.context.received.binary.clone(),
             ..Work::new(
                 Arc::clone(self.scope()),
                 Arc::clone(&self.link().view),
@@ -415,7 +416,7 @@ impl LinkCall {
     /// Whether the call of a plain component may go on after its head, to produce the body while it is sent.
     fn may_stream(&self) -> MayStream {
         // What belongs to a transaction waits for the commit (R9), which the configuration can move to the head.
-        let commits = !self.member.is_in_level() || self.link().module.grants.commit_at_head;
+        let commits = !self.member.is_in_level() || self.link().module.shared.grants.commit_at_head;
         let is_alone = self.call_path.is_empty() && !self.member.is_in_level();
         match self.context.may_stream {
             false => MayStream::Never,
@@ -453,7 +454,7 @@ impl LinkCall {
     /// answers from.
     fn with_stream(&self, reply: Reply) -> LinkResult {
         if let ReplyBody::Subscription(subscription) = &reply.body {
-            let (group, grants) = (&subscription.group, &self.link().module.grants);
+            let (group, grants) = (&subscription.group, &self.link().module.shared.grants);
             // What middleware passes on is the view's, and was checked.
             let is_view = self.index + 1 == self.chain.links.len();
             let granted = is_topic(group) && grants.channels.iter().any(|it| it.contain(group));
@@ -497,7 +498,7 @@ impl LinkCall {
     /// failure is about.
     fn own(&self, failure: Failure) -> Failure {
         let mut detail = failure.detail;
-        if let Some(hint) = file_hint(&detail, &self.link().module.grants) {
+        if let Some(hint) = file_hint(&detail, &self.link().module.shared.grants) {
             detail.push_str(&hint);
         }
         Failure {
@@ -571,7 +572,7 @@ impl LinkCall {
 
     fn other(&self, request: &types::Request) -> Result<LinkCall, types::Error> {
         let Link { view, module } = self.link();
-        if !module.grants.subrequests {
+        if !module.shared.grants.subrequests {
             return Err(refused(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!(
@@ -598,7 +599,7 @@ impl LinkCall {
                         StatusCode::FORBIDDEN,
                         format!(
                             "`{target}`: module `{}` asks clients who they are, and a sub-request is no client; use `http` with the grant \"self\"",
-                            routed.chain.view().module.grants.name
+                            routed.chain.view().module.shared.grants.name
                         ),
                     ));
                 }

@@ -96,7 +96,7 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
         chain,
         params: params.into(),
         body: None,
-        binary: Arc::default(),
+        binary: None,
         streams: false,
     };
     let why = match ready.run(request).await.response {

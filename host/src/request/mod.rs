@@ -462,7 +462,14 @@ async fn received_whole(
     routed: &Routed,
     account: &Arc<Account>,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let max = routed.chain.view().module.grants.limits.response_max_bytes;
+    let max = routed
+        .chain
+        .view()
+        .module
+        .shared
+        .grants
+        .limits
+        .response_max_bytes;
     let (head, body) = response.into_parts();
     let mut body = ResponseBody::from(body);
     let (mut whole, mut room) = (Vec::new(), Room::empty(account));

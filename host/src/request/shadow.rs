@@ -170,7 +170,7 @@ impl ShadowCopy {
             chain: Arc::clone(&routed.chain),
             params: params.into(),
             request: request.clone(),
-            binary: Arc::clone(binary),
+            binary: binary.clone(),
             origin: Arc::new(Origin {
                 account: shadow.account(),
                 ..Origin::clone(origin)
@@ -267,13 +267,18 @@ impl ShadowCopy {
             journal: Journal::off(),
             transaction: Some(transaction),
         };
-        let scope = Scope::open(&self.origin, &link.view, &link.module.grants.limits, setup);
+        let scope = Scope::open(
+            &self.origin,
+            &link.view,
+            &link.module.shared.grants.limits,
+            setup,
+        );
         let time = self.shadow.options.timeout.min(link.view.timeout);
         scope.deadline.restart(time);
         let _ends = EndOnDrop(Arc::clone(&scope.deadline));
         let body = Received {
             body: None,
-            binary: Arc::clone(&self.binary),
+            binary: self.binary.clone(),
         };
         let on = (host, &self.rollout.app);
         let (context, kept, tasks) = ChainContext::per_link(on, &scope, body, self.streams);
@@ -480,7 +485,7 @@ fn instead(route: &Route<'_, Target>) -> &'static str {
 
 /// Whether any function that the chain may run is of a module that may write files.
 fn writes_files(app: &App, chain: &Chain) -> bool {
-    let links = chain.links.iter().map(|link| &*link.module.grants);
+    let links = chain.links.iter().map(|link| &*link.module.shared.grants);
     let calls_others = links.clone().any(|module| module.subrequests);
     let others = app.config.modules.iter().filter(|_| calls_others);
     let mut folders = links.chain(others).flat_map(|module| &module.directories);

@@ -40,7 +40,7 @@ impl Host for Guest {
 
     fn members(&mut self, group: String) -> wasmtime::Result<Result<MemberList, Error>> {
         Ok(self.granted(&group).map(|()| {
-            let Members { list, count, .. } = self.services.hub.members_heard(&group);
+            let Members { list, count, .. } = self.shared.services.hub.members_heard(&group);
             let listed = list.into_iter().map(|member| Member {
                 connection: member.id,
                 user: member.user,
@@ -112,7 +112,7 @@ impl Guest {
     }
 
     fn send_to_connection(&self, connection: String, message: Message) -> Result<(), Error> {
-        if self.grants.channels.is_empty() {
+        if self.shared.grants.channels.is_empty() {
             return Err(self.denied("connections"));
         }
         if connection.len() > NAME_BYTES_MAX {
@@ -147,6 +147,7 @@ impl Guest {
             )));
         }
         match self
+            .shared
             .grants
             .channels
             .iter()
@@ -160,13 +161,13 @@ impl Guest {
     fn denied(&self, what: &str) -> Error {
         Error::Denied(format!(
             "module `{}` may not send to `{}`: add the group to `channels` of `[modules.{0}]`",
-            self.grants.name,
+            self.shared.grants.name,
             shown(what)
         ))
     }
 
     fn fits(&self, bytes: usize) -> Result<(), Error> {
-        let max = self.services.hub.payload_max_bytes();
+        let max = self.shared.services.hub.payload_max_bytes();
         match bytes <= max {
             true => Ok(()),
             false => Err(Error::TooLarge(format!(
@@ -195,7 +196,7 @@ impl Guest {
         effect: (usize, Option<Described>),
         what: impl FnOnce(&Hub) -> Result<(), Refused> + Send + 'static,
     ) -> Result<(), Error> {
-        let hub = std::sync::Arc::clone(&self.services.hub);
+        let hub = std::sync::Arc::clone(&self.shared.services.hub);
         let (view, request) = (
             self.work().view.to_string(),
             self.work().scope.origin.id.clone(),

@@ -15,12 +15,12 @@ pub const INSPECTED: &str = "amphi.inspected";
 impl Host for Guest {
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
         if name == DEVELOPMENT {
-            return Ok(self.services.development.then(|| "true".to_owned()));
+            return Ok(self.shared.services.development.then(|| "true".to_owned()));
         }
         if name == ALLOWED_ORIGINS {
-            let origins = &self.services.allowed_origins;
+            let origins = &self.shared.services.allowed_origins;
             return Ok((!origins.is_empty()).then(|| origins.clone()));
         }
-        Ok(self.grants.settings.get(&name).cloned())
+        Ok(self.shared.grants.settings.get(&name).cloned())
     }
 }

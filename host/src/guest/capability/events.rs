@@ -13,6 +13,7 @@ impl Host for Guest {
 impl Guest {
     fn published(&self, topic: &str, payload: Vec<u8>) -> Result<(), Error> {
         if !self
+            .shared
             .grants
             .publish
             .iter()
@@ -20,7 +21,7 @@ impl Guest {
         {
             return Err(Error::Denied(format!(
                 "module `{}` may not publish on `{}`: add it to `publish` of `[modules.{0}]`",
-                self.grants.name,
+                self.shared.grants.name,
                 shown(topic)
             )));
         }

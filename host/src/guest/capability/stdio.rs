@@ -47,9 +47,9 @@ struct State {
 }
 
 impl State {
-    fn new(max_bytes: usize) -> State {
+    fn new(max_bytes: usize, scope: &Arc<Scope>, view: &Arc<View>) -> State {
         State {
-            work: None,
+            work: Some((Arc::clone(scope), Arc::clone(view))),
             max_bytes,
             left: max_bytes,
             cut: false,
@@ -89,21 +89,26 @@ impl State {
 }
 
 impl Output {
-    pub(in crate::guest) fn new(max_bytes: usize) -> Output {
-        Output(Arc::new(Mutex::new(State::new(max_bytes))))
+    /// The output of a first call: see [`Output::begin`].
+    pub(in crate::guest) fn new(max_bytes: usize, scope: &Arc<Scope>, view: &Arc<View>) -> Output {
+        Output(Arc::new(Mutex::new(State::new(max_bytes, scope, view))))
     }
 
     /// Starts a call: output from now on is logged with `view` and with the request of `scope`.
     pub(in crate::guest) fn begin(&self, scope: &Arc<Scope>, view: &Arc<View>) {
         let mut state = self.0.lock();
-        *state = State {
-            work: Some((Arc::clone(scope), Arc::clone(view))),
-            ..State::new(state.max_bytes)
-        };
+        *state = State::new(state.max_bytes, scope, view);
     }
 
     /// Ends the call and logs its unfinished lines. Returns whether the guest wrote more than the limit.
     pub(in crate::guest) fn finish(&self) -> bool {
+        let mut state = self.0.lock();
+        // Most calls leave nothing to log, and take the lock once.
+        if state.panic.is_none() && state.lines.iter().all(Vec::is_empty) {
+            state.work = None;
+            return state.cut;
+        }
+        drop(state);
         self.flush(Level::INFO);
         self.flush(Level::WARN);
         let panic = self.0.lock().panic.take();

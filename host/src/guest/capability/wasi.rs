@@ -56,8 +56,7 @@ impl Guest {
                 http_held: Held::default(),
                 no_table: no_table(),
                 outbound: OutboundHttp {
-                    services: Arc::clone(&self.services),
-                    grants: Arc::clone(&self.grants),
+                    shared: Arc::clone(&self.shared),
                     scope: Some(Arc::clone(scope)),
                     takes_body_at_once: false,
                 },
@@ -87,7 +86,7 @@ impl Guest {
         wasi.max_random_size(RANDOM_BYTES_MAX);
         // A plain component is a future, also on a worker: its blocking work on files goes to other threads.
         wasi.allow_blocking_current_thread(self.blocks);
-        for dir in &self.grants.directories {
+        for dir in &self.shared.grants.directories {
             let permissions = if dir.write {
                 FsPerms::ReadWrite
             } else {

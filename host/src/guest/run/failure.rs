@@ -57,13 +57,13 @@ fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
     if cause.contains("fuel allocated for hostcalls") {
         return Some(format!(
             "the view handed over more than {} bytes in one call to the host, or in its answer (`call_max_bytes`)",
-            guest.grants.limits.handed_over_max()
+            guest.shared.grants.limits.handed_over_max()
         ));
     }
     if cause.contains("total size of fields exceeds limit") {
         return Some(format!(
             "the component's header fields have more than {} bytes (`headers_max_bytes` of `[limits]`)",
-            guest.grants.limits.headers_max_bytes
+            guest.shared.grants.limits.headers_max_bytes
         ));
     }
     let random = cause.starts_with("requested len ").then(|| {
@@ -89,7 +89,7 @@ fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
             fault: Fault::Limit,
             ..Failure::view(format!(
                 "the view wanted more than its {} MB of memory (`memory_mb`)",
-                guest.grants.limits.memory_mb
+                guest.shared.grants.limits.memory_mb
             ))
         };
     }

@@ -24,7 +24,7 @@ const ERROR_TEXT_MAX: usize = 16 << 10;
 pub(super) fn limited(engine: &Engine, guest: Guest) -> Store<Guest> {
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);
-    let call_max = store.data().grants.limits.handed_over_max();
+    let call_max = store.data().shared.grants.limits.handed_over_max();
     store.set_hostcall_fuel(usize::try_from(call_max).unwrap_or(usize::MAX));
     store.set_max_component_handles(HANDLES_MAX);
     if let Some(table) = store.concurrent_resource_table() {

@@ -121,32 +121,31 @@ impl IncomingHandler {
     pub fn call(
         self: &Arc<Self>,
         work: Work,
-        guest: impl FnOnce(Work) -> Guest + Send + 'static,
+        guest: impl FnOnce(Work) -> Guest,
         request: Incoming,
         may_stream: MayStream,
     ) -> Result<GuestResult, Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
         let streams = Streams::new(&work, may_stream);
         let head = Arc::new(Head::of(&request));
-        let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head));
+        let kept = self.pool.take(work);
+        let kept = kept.map_err(|work| limited(self.proxy.engine(), guest(work)));
+        let running = Arc::clone(self).run(kept, request, Arc::clone(&head));
         let running = Running::new(running, &cpu, head, None, &METRICS.sync_instances);
         let answer = pin!(answer(running, &scope, streams, Mode::Sync));
         workers::drive(within(&scope, answer))
     }
 
+    /// `kept`: a kept instance, or else the store of a fresh one.
     async fn run(
         self: Arc<Self>,
-        work: Work,
-        guest: impl FnOnce(Work) -> Guest,
+        kept: Result<Instance<Exports<Proxy>>, Store<Guest>>,
         request: Incoming,
         head: Arc<Head>,
     ) -> Ended {
-        let taken = match self.pool.take(work) {
+        let taken = match kept {
             Ok(kept) => Ok(kept),
-            Err(work) => {
-                let store = limited(self.proxy.engine(), guest(work));
-                self.fresh(store).await
-            }
+            Err(store) => self.fresh(store).await,
         };
         let mut instance = match taken {
             Ok(instance) => instance,
@@ -223,38 +222,38 @@ impl Handler {
     pub async fn call(
         self: &Arc<Self>,
         mut work: Work,
-        guest: impl FnOnce(Work) -> Guest + Send + 'static,
+        guest: impl FnOnce(Work) -> Guest,
         request: Incoming,
         may_stream: MayStream,
     ) -> Result<GuestResult, Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
-        if work.view.kind == Kind::Middleware {
+        let is_middleware = work.view.kind == Kind::Middleware;
+        if is_middleware {
             work.next = Some(Arc::default());
         }
         let streams = Streams::new(&work, may_stream);
         let head = Arc::new(Head::of(&request));
         let (over, is_over) = oneshot::channel();
-        let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head), is_over);
+        let kept = self.pool.take(work);
+        let kept = kept.map_err(|work| limited(self.service.engine(), guest(work)));
+        let with = (Arc::clone(&head), is_over);
+        let running = Arc::clone(self).run(kept, is_middleware, request, with);
         let running = Running::new(running, &cpu, head, Some(over), &METRICS.async_instances);
         let answer = pin!(answer(running, &scope, streams, Mode::Async));
         within(&scope, answer).await
     }
 
+    /// `kept`: a kept instance, or else the store of a fresh one.
     async fn run(
         self: Arc<Self>,
-        work: Work,
-        guest: impl FnOnce(Work) -> Guest,
+        kept: Result<Instance<Exports<Service>>, Store<Guest>>,
+        is_middleware: bool,
         request: Incoming,
-        head: Arc<Head>,
-        is_over: oneshot::Receiver<()>,
+        (head, is_over): (Arc<Head>, oneshot::Receiver<()>),
     ) -> Ended {
-        let is_middleware = work.view.kind == Kind::Middleware;
-        let taken = match self.pool.take(work) {
+        let taken = match kept {
             Ok(kept) => Ok(kept),
-            Err(work) => {
-                let store = limited(self.service.engine(), guest(work));
-                self.fresh(store).await
-            }
+            Err(store) => self.fresh(store).await,
         };
         let mut instance = match taken {
             Ok(instance) => instance,
@@ -263,7 +262,7 @@ impl Handler {
         let Instance { store, exports, .. } = &mut instance;
         store.set_epoch_deadline(1);
         // The host reads files for the component also when it has ended.
-        let has_files = !store.data().grants.directories.is_empty();
+        let has_files = !store.data().shared.grants.directories.is_empty();
         let has_body = !request.body().is_end_stream();
         (store.data_mut()).takes_body_at_once(!has_body && !is_middleware);
         let (request, _taken) = p3::Request::from_http(store.data_mut().http().hooks, request);

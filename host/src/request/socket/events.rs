@@ -130,7 +130,7 @@ impl Events {
                 chain: &routed.alone,
                 params,
                 body: None,
-                binary: Arc::default(),
+                binary: None,
                 streams: false,
             };
             let request = types::Request {

@@ -45,7 +45,7 @@ async fn next(accessor: &Accessor<Guest>, request: Resource<Request>) -> wasmtim
             Err(error) => return error.downcast().map(Err),
         };
         let guest = store.get();
-        let (work, limits) = (guest.work(), guest.services.body_limits);
+        let (work, limits) = (guest.work(), guest.shared.services.body_limits);
         let (scope, chain) = (Arc::clone(&work.scope), work.call_chain.clone());
         wasmtime::Result::Ok(Ok((request, limits, scope, chain, work.next.clone())))
     });

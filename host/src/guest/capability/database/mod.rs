@@ -18,8 +18,14 @@ use session::{Pinned, Rows, Session, TransactionHandle, next};
 
 impl Guest {
     fn session(&self, name: &str, face: Face) -> Result<Session, Error> {
-        if !self.grants.databases.iter().any(|granted| granted == name) {
-            let granted = match self.grants.databases.join(", ") {
+        if !self
+            .shared
+            .grants
+            .databases
+            .iter()
+            .any(|granted| granted == name)
+        {
+            let granted = match self.shared.grants.databases.join(", ") {
                 none if none.is_empty() => "none".to_owned(),
                 names => names,
             };
@@ -27,11 +33,11 @@ impl Guest {
                 ErrorKind::Denied,
                 format!(
                     "module `{}` is not granted the database `{name}` (granted: {granted}): add it to `databases` of `[modules.{0}]`",
-                    self.grants.name
+                    self.shared.grants.name
                 ),
             ));
         }
-        let database = self.services.databases.get(name).ok_or_else(|| {
+        let database = self.shared.services.databases.get(name).ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,
                 format!("the database `{name}` is not open while a module is being checked"),

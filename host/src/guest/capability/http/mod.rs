@@ -71,8 +71,8 @@ impl Guest {
         let bytes = wanted.body.len() as u64 + texts * 2 + CLIENT_BYTES;
         let held = scope.hold_call(bytes);
         let held = held.map_err(Error::Unavailable)?;
-        let client = &self.services.http;
-        let (url, allowed) = client.destination(&wanted.url, &self.grants)?;
+        let client = &self.shared.services.http;
+        let (url, allowed) = client.destination(&wanted.url, &self.shared.grants)?;
         not_too_deep(scope)?;
         let invalid = |what: &str, error: &dyn std::fmt::Display| {
             Error::Invalid(format!("{}: {error}", shown(what)))
@@ -83,7 +83,7 @@ impl Guest {
         for (name, value) in &wanted.headers {
             let key =
                 HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
-            if set_by_host(&key) || self.services.trusted_headers.contains(&key) {
+            if set_by_host(&key) || self.shared.services.trusted_headers.contains(&key) {
                 return Err(Error::Invalid(format!(
                     "{key}: the host sets it, from the URL, the body and the request's context"
                 )));
@@ -101,7 +101,7 @@ impl Guest {
         }
         Ok(Call {
             connections: client.connections(allowed)?,
-            module: Arc::clone(&self.grants),
+            module: Arc::clone(&self.shared.grants),
             request,
             scope: Arc::clone(scope),
             timeout: (wanted.timeout_ms).map(|ms| Duration::from_millis(ms.into())),

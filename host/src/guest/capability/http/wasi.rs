@@ -103,15 +103,15 @@ impl OutboundHttp {
         let (parts, body) = request.into_parts();
         let checked = head_size(&parts.headers).check("request", scope.limits.head_max());
         checked.map_err(|why| logged(scope, Error::HttpRequestHeaderSectionSize(None), &why))?;
-        let client = &self.services.http;
+        let client = &self.shared.services.http;
         let to = keeps_meaning(parts.uri.path())
-            .and_then(|()| client.destination(&parts.uri.to_string(), &self.grants));
+            .and_then(|()| client.destination(&parts.uri.to_string(), &self.shared.grants));
         let (url, allowed) = to.map_err(|why| told(scope, why))?;
         not_too_deep(scope).map_err(|why| told(scope, why))?;
         let mut request = reqwest::Request::new(parts.method, url);
         // What only the host may set is replaced or left out: a component's libraries may set such headers by
         // themselves.
-        let trusted = &self.services.trusted_headers;
+        let trusted = &self.shared.services.trusted_headers;
         for (name, value) in &parts.headers {
             let kept = [header::CONTENT_LENGTH, header::TRAILER].contains(name)
                 || !(set_by_host(name) || trusted.contains(name));
@@ -137,7 +137,7 @@ impl OutboundHttp {
                 .map_err(|error| Error::InternalError(Some(error.to_string())))?,
             request,
             options,
-            grants: Arc::clone(&self.grants),
+            grants: Arc::clone(&self.shared.grants),
             scope: Arc::clone(scope),
         })
     }
