@@ -9,7 +9,7 @@
 //! only while workers wait in host calls ([`blocking`] counts these workers): a view that waits must not keep another
 //! one from computing, and a view that computes gains nothing from more threads. Jobs that do not run yet wait in a
 //! bounded queue, in order, and are refused with an error when they have waited too long. One task looks for such jobs
-//! ([`Pool::refuse_late`]), because a timer for each job would take several locks for each request.
+//! (`Pool::refuse_late`), because a timer for each job would take several locks for each request.
 //!
 //! This file knows nothing of WebAssembly or HTTP.
 
