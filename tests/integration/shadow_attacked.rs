@@ -349,7 +349,8 @@ async fn compares_plain_components(mode: Mode) {
         (Method::GET, "/x/500", None),
         (Method::GET, "/x/rows?tag=safe", None),
         (Method::POST, "/x/rows?tag=unsafe", None),
-        (Method::GET, "/x/rows-late?tag=late", None),
+        // It waits after the head. A body that is whole before the component waits is sent with its length.
+        (Method::GET, "/x/rows-late?tag=late&ms=50", None),
         (Method::GET, "/x/nap?ms=10", None),
     ];
     let (report, _) = same((mode, kind), plain, options(kind), &requests).await;
